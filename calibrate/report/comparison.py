@@ -1,11 +1,29 @@
-"""The report of a comparison, and its JSON; the terminal, a Markdown summary and a page render the same document."""
+"""The reports of a comparison and of a device's history, and their JSON; each view renders the same documents."""
 
-from collections.abc import Mapping
-from functools import partial
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from calibrate.regression.compare import CONDITIONS, COVERED, Comparison, Key, Result, Verdict
-from calibrate.report.document import Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
+from calibrate.regression.history import LEAST_NIGHTS, Change, Night, versions_of
+from calibrate.regression.statistics import Array
+from calibrate.report.document import (
+    Cell,
+    Column,
+    Document,
+    Facts,
+    Figure,
+    Lines,
+    Part,
+    Section,
+    Text,
+    chart,
+    figure,
+    table,
+)
+from calibrate.report.run_rows import label
 from roofline.units import percent, precise, seconds, whole_percent
 
 FOREST = "The rows that changed most; a whisker is the interval, the band the tolerance."
@@ -17,7 +35,7 @@ URGENT: tuple[Verdict, ...] = ("slower", "failed", "missing")
 
 _COLUMNS: tuple[Column[Comparison], ...] = (
     Column("name", lambda row: row.name, code=True),
-    Column("verdict", lambda row: row.verdict, words=True),
+    Column("verdict", lambda row: Cell(row.verdict, bad=row.verdict in URGENT), words=True),
     Column("base", lambda row: figure(row.base_s, lambda value: _cost(value, row.unit)), drop=2),
     Column("new", lambda row: figure(row.new_s, lambda value: _cost(value, row.unit)), drop=3),
     Column("change", lambda row: figure(None if row.ratio is None else row.ratio - 1, _signed), strong=True),
@@ -38,12 +56,15 @@ def comparison_document(
         Text(counts, "bad" if urgent else "strong"),
         Lines([f"{row.name}: {row.sentence}" for row in urgent], tone="bad"),
         Facts([*facts, *_facts(result)]),
-        Section("Rows", (Figure("ratios", partial(_draw, result), FOREST), table(_COLUMNS, result.comparisons))),
+        Section(
+            "Rows",
+            (Figure("ratios", chart("comparison_plots.forest", result), FOREST), table(_COLUMNS, result.comparisons)),
+        ),
     ]
     falls = {key: terms for key, terms in (moved or {}).items() if terms}
     for key, terms in falls.items():
         columns = (
-            Column[tuple[str, float]]("term", lambda term: term[0].replace("_", " "), words=True),
+            Column[tuple[str, float]]("term", lambda term: " + ".join(map(label, term[0].split("+"))), words=True),
             Column[tuple[str, float]]("grew by", lambda term: figure(term[1], _seconds), strong=True),
         )
         rows = sorted(terms.items(), key=lambda term: -abs(term[1]))
@@ -52,12 +73,6 @@ def comparison_document(
         parts.append(Section(f"Where the difference went: {name}", (table(columns, rows, total),)))
     parts.append(Lines([f"note: {note}" for note in result.notes], tone="warning"))
     return Document(f"{result.base.name} against {result.new.name}", parts)
-
-
-def _draw(result: Result) -> Any:
-    from calibrate.report.comparison_plots import forest  # plotly takes long to import, and only pages draw
-
-    return forest(result)
 
 
 def comparison_json(result: Result, moved: Mapping[Key, Mapping[str, float]] | None = None) -> dict[str, Any]:
@@ -144,3 +159,88 @@ def _shares(row: Comparison) -> str:
     if row.base_share is None or row.new_share is None:
         return ""
     return f"{whole_percent(row.base_share).removesuffix(' %')} → {whole_percent(row.new_share)}"
+
+
+NOTE = "The rows that changed, at most twelve of them; a cross marks the first run after a change."
+HISTORY_SCHEMA = 1
+"""Version of the JSON document; keys are only ever added."""
+
+
+def history_document(
+    nights: Sequence[Night], series: Mapping[Key, Array], changes: Sequence[Change], tolerance: float
+) -> Document:
+    """All changes with their causes, and how each is confirmed."""
+    columns: tuple[Column[Change], ...] = (
+        Column("name", lambda change: change.name, code=True),
+        Column("since", lambda change: nights[change.at].started[:10], words=True),
+        Column("change", lambda change: figure(change.ratio - 1, _signed), strong=True),
+        Column("cause", lambda change: change.cause, words=True),
+        Column("state", state, words=True),
+        Column("runs", lambda change: f"{change.nights[0]} + {change.nights[1]}", drop=2),
+        Column("what else changed", lambda change: ", ".join(change.what), wraps=True, optional=True, drop=1),
+    )
+    few = len(nights) < LEAST_NIGHTS
+    parts: list[Part] = [
+        Text(
+            f"{len(nights)} runs are too few to tell a change from noise; {LEAST_NIGHTS} are needed"
+            if few
+            else f"{len(changes)} changes of {len(series)} rows in {len(nights)} runs",
+            "strong",
+        ),
+        Facts([("tolerance", percent(tolerance))]),
+        Section(
+            "Changes",
+            (
+                Figure("history", chart("comparison_plots.history", nights, series, changes), NOTE),
+                table(columns, changes),
+            ),
+        ),
+        Lines(confirmations(nights, changes), "Confirm what is open"),
+    ]
+    device = nights[-1].made_of.get("device", "this device") if nights else "no runs"
+    return Document(f"History of {device}", parts)
+
+
+def history_json(
+    nights: Sequence[Night], series: Mapping[Key, Array], shared: Array, changes: Sequence[Change], tolerance: float
+) -> dict[str, Any]:
+    """The same as a document; times are in the rows' units, null where a run lacks the row."""
+    return {
+        "schema_version": HISTORY_SCHEMA,
+        "tolerance": tolerance,
+        "runs": [{"name": night.name, "started": night.started, "made_of": dict(night.made_of)} for night in nights],
+        "machine": [math.exp(value) for value in shared],
+        "rows": [
+            {"key": dict(key), "times": [None if np.isnan(value) else math.exp(value) for value in logs]}
+            for key, logs in series.items()
+        ],
+        "changes": [
+            {
+                "key": dict(change.key),
+                "name": change.name,
+                "at": change.at,
+                "run": nights[change.at].name,
+                "ratio": change.ratio,
+                "cause": change.cause,
+                "what": list(change.what),
+                "state": state(change),
+                "gate": change.gated,
+                "runs": list(change.nights),
+            }
+            for change in changes
+        ],
+        "confirm": confirmations(nights, changes),
+    }
+
+
+def state(change: Change) -> str:
+    """Return the gate's word, else "gradual" (a drift), "lasting", or "open" (too young to count without a gate)."""
+    if change.gated in ("confirmed", "refuted"):
+        return change.gated
+    return "gradual" if change.gradual else "lasting" if change.lasts else "open"
+
+
+def confirmations(nights: Sequence[Night], changes: Sequence[Change]) -> list[str]:
+    """The commands that measure the commits of both sides against each other, where runs state them."""
+    sides = [versions_of(change, nights) for change in changes if change.gated is None]
+    return [f"python -m profiler gate {pair[0]} {pair[1]} --kernels FILE" for pair in dict.fromkeys(sides) if pair]

@@ -7,13 +7,24 @@ conditions or the reason why it is missing. What was not read is left out or "â€
 import re
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import partial
-from typing import Any
 
 from calibrate.report import device_rows, document
 from calibrate.report.device_rows import FRESH, GIVEN, Characterisation, Group, Line, Row, kind_of, name, value
-from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
-from calibrate.report.peaks import peak_parts
+from calibrate.report.document import (
+    Cell,
+    Column,
+    Document,
+    Facts,
+    Figure,
+    Lines,
+    Part,
+    Section,
+    Text,
+    chart,
+    figure,
+    table,
+)
+from calibrate.report.run_tables import peak_parts
 from profiler.record.measurement import FASTEST, Measurement, Window
 from profiler.record.run import Run
 from roofline.hardware.spec import HardwareSpec
@@ -100,7 +111,7 @@ def device_document(spec: HardwareSpec, measurements: Sequence[Measurement], run
     of = Characterisation(spec, measurements, run)
     rows = of.rows()
     plots = [
-        Section(title, (Figure(f"plot-{plot}", partial(_draw, plot, of), note),), views=document.PAGE)
+        Section(title, (Figure(f"plot-{plot}", chart(f"device_plots.{plot}", of), note),), views=document.PAGE)
         for plot, title, note in PLOTS
     ]
     needed = [(word, meaning) for word, needs, meaning in WORDS if any(map(needs, rows))]
@@ -114,12 +125,6 @@ def device_document(spec: HardwareSpec, measurements: Sequence[Measurement], run
         Section("Words", (Facts(needed, "faint"),)),
     ]
     return Document(f"{run.environment.device}: characterisation", parts)
-
-
-def _draw(plot: str, of: Characterisation) -> Any:
-    from calibrate.report import device_plots  # plotly takes long to import, and only pages draw
-
-    return getattr(device_plots, plot)(of)
 
 
 def _group(whole: Characterisation, group: Group) -> Section:

@@ -11,6 +11,7 @@ Example::
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any, Generic, Literal, TypeVar
 
 from roofline.units import UNKNOWN, seconds
@@ -161,6 +162,16 @@ class Figure:
     note: str = ""
     """A sentence that says how the figure is to be read."""
     views: frozenset[View] = PAGE
+
+
+def chart(name: str, *of: object) -> Callable[[], Any]:
+    """A `Figure.draw` that calls "module.function" of this folder; only then is it imported, for plotly takes long."""
+
+    def draw() -> Any:
+        module, _, function = name.partition(".")
+        return getattr(import_module(f"calibrate.report.{module}"), function)(*of)
+
+    return draw
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
 
 const FIRST_ROWS = 100;     // rows of a table that are laid out at first: more make sorting slow
 const MANY_POINTS = 2000;   // points from which WebGL draws faster than SVG
+const FEW_TICKS = 6;        // named ticks of an axis of a narrow plot
 const NARROW = 560;         // pixels of a plot below which long labels would leave it no room
 const DARK = {              // colour of the light plots -> its counterpart on a dark page
   '#1f2733': '#dfe5ee', '#5b6675': '#9aa7b8', '#ffffff': '#1b212b', '#ffffffd8': '#1b212bd8', '#e6e9ef': '#2b3442',
@@ -66,8 +67,17 @@ class Rows {
 
   set(what, value) { keep(`${this.name}.${what}`, value); this.show(); }
 
+  pale(left) {  // marks of the section's plots whose rows the filter leaves out
+    const out = left && this.rows.flatMap(({ row }) => left.has(row) ? [] : [row.dataset.key]);
+    if (`${out}` === `${this.out}`) return;
+    this.out = out;
+    const section = this.table.closest('section');
+    if (section) { section.out = out && new Set(out); all('.plot.drawn', section).filter(hasRows).forEach(redraw); }
+  }
+
   tools() {
-    this.find = make('input', { type: 'search', placeholder: 'filter rows', ariaLabel: 'Filter the rows of the table' });
+    const label = 'Filter the rows of the table; points and bars of its rows that are left out turn pale';
+    this.find = make('input', { type: 'search', placeholder: 'filter rows', title: label, ariaLabel: label });
     this.find.oninput = () => this.set('find', this.find.value);
     this.count = make('output', {});
     this.boxes = this.heads.map((th, column) => {
@@ -112,6 +122,7 @@ class Rows {
       return members.length ? [group, ...(isOpen ? members : [])] : [];
     }) : found;
     found.forEach((one) => one.row.classList.toggle('member', fold));
+    this.pale(words && new Set(found.map((one) => one.row)));
     this.body.replaceChildren(...shown.slice(0, this.limit).map((one) => one.row));
     this.more.hidden = shown.length <= this.limit;
     this.more.textContent = `show all ${shown.length} rows`;
@@ -233,11 +244,23 @@ function figureOf(box) {
   return box.figure = { ...figure, theme, size, metrics: [...new Set(figure.data.map((trace) => trace.meta?.metric).filter(Boolean))] };
 }
 
+const hasRows = (box) => box.figure?.data.some((trace) => trace.ids);
+
 function narrow({ data, layout }) {
   const margin = { ...layout.template?.layout?.margin, ...layout.margin };
   layout.margin = { ...margin, l: Math.min(margin.l ?? 50, 50), r: Math.min(margin.r ?? 12, 12) };
-  for (const note of layout.annotations ?? []) {  // labels right of the plot
-    if (note.xref === 'paper' && note.x > 1) Object.assign(note, { x: 1, xanchor: 'right', yanchor: 'bottom', bgcolor: 'transparent' });
+  const isRight = (note) => note.xref === 'paper' && note.x > 1;
+  if (layout.annotations?.some(isRight)) {  // a roofline: its roofs are named inside, without their rates
+    for (const note of layout.annotations) {
+      if (isRight(note)) Object.assign(note, { x: 1, xanchor: 'right', yanchor: 'bottom', bgcolor: 'transparent' });
+      note.text = note.text.replace(/ [\d.,]+ [^\s<]+/g, '');
+    }
+    const [low, high] = layout.xaxis.range;
+    layout.xaxis.range = [low, high + (high - low) / 5];
+  }
+  for (const axis of Object.keys(layout).filter((one) => /^xaxis/.test(one)).map((one) => layout[one])) {
+    const every = Math.ceil((axis.tickvals?.length ?? 0) / FEW_TICKS);
+    if (every > 1) for (const of of ['tickvals', 'ticktext']) axis[of] = axis[of]?.filter((_, i) => i % every === 0);
   }
   for (const name of Object.keys(layout).filter((one) => /^[xy]axis/.test(one) && layout[one].title)) {
     layout[name].title.font = { ...layout[name].title.font, size: 11 };
@@ -253,9 +276,9 @@ function narrow({ data, layout }) {
   for (const trace of data) {  // beside a bar there is room for its time alone
     if (trace.type === 'bar' && trace.orientation === 'h') trace.text = trace.text?.map((words) => words.split('  (')[0]);
   }
-  const names = [...new Set(data.flatMap((trace) => trace.orientation === 'h' || trace.type === 'heatmap' ? trace.y : []))];
-  if (names.some((name) => `${name}`.length > 18)) {
-    const short = names.map((name) => name.length > 20 ? `…${name.slice(-19)}` : name);
+  const names = [...new Set(data.flatMap((trace) => typeof trace.y?.[0] === 'string' ? trace.y : []))];
+  if (names.some((name) => name.length > 18)) {
+    const short = names.map((name) => name.length > 24 ? `…${name.slice(-23)}` : name);
     layout.yaxis = { ...layout.yaxis, tickvals: names, ticktext: short, tickfont: { ...layout.yaxis?.tickfont, size: 10 } };
   }
 }
@@ -264,6 +287,8 @@ function redraw(box) {
   const { data, layout, metrics } = figureOf(box);
   const metric = metrics.includes(state.get('metric')) ? state.get('metric') : metrics[0];
   for (const trace of data) if (trace.meta?.metric) trace.visible = trace.meta.metric === metric;
+  const out = box.closest('section')?.out;
+  for (const trace of data) if (trace.ids) trace.selectedpoints = out ? [...trace.ids.keys()].filter((i) => !out.has(trace.ids[i])) : null;
   if (metrics.length > 1 && !box.chooser) {
     box.chooser = make('select', {}, ...metrics.map((name) => make('option', { value: name }, name)));
     box.chooser.onchange = () => { keep('metric', box.chooser.value); all('.plot.drawn').forEach(redraw); };

@@ -36,6 +36,8 @@ NAMED = 3
 """Points above 1 with their efficiency beside them: the slowest; more would cover each other."""
 PLOT, LINE = 540, 15
 """Pixels of the roofline plot without its margins, and of a line of a label."""
+ROOM = 0.3
+"""Height of the labels above the roofs ÷ that of all below them: a slanted label of 150 pixels in `PLOT`."""
 ALIKE = 1.2
 """Roofs within this factor have one label: their lines cannot be told apart."""
 _NAMES = {"autorange": "reversed", "ticks": "outside", "ticklen": 6, "tickcolor": "#ffffff"}
@@ -70,8 +72,8 @@ def waterfall_chart(report: PassReport) -> go.Figure:
     bar = go.Bar(
         orientation="h",
         y=labels,
-        x=lengths,
-        base=[*(row.start_s for row in rows), 0.0],
+        x=[abs(length) for length in lengths],  # a text stands outside the end of its bar: for a loss its start
+        base=[*(min(row.start_s, row.start_s + (row.time_s or 0.0)) for row in rows), 0.0],
         text=[*texts, seconds(report.wall_s)],
         textposition="outside",
         cliponaxis=False,
@@ -225,8 +227,9 @@ def ranges(
     slowest = [peaks.levels[-1].bandwidth.value for peaks in known]
     x = [point.intensity for point in places] + [max(flat) / value for value in slowest if flat]
     y = [point.flops_per_s for point in places] + flat
-    above = 30 if known else 4
-    return (min(x, default=1.0) / 4, max(x, default=1.0) * 6), (min(y, default=1.0) / 4, max(y, default=1.0) * above)
+    low, high = min(y, default=1.0) / 4, max(y, default=1.0)
+    above = (high / low) ** ROOM if known else 4
+    return (min(x, default=1.0) / 4, max(x, default=1.0) * 6), (low, high * above)
 
 
 def add_lines(

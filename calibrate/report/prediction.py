@@ -2,12 +2,32 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 from calibrate.report import document, prediction_rows
-from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
-from calibrate.report.prediction_rows import CLASSES, KindRow, bound_shares, kind_rows, pass_title, phase, total_row
+from calibrate.report.document import (
+    Cell,
+    Column,
+    Document,
+    Facts,
+    Figure,
+    Lines,
+    Part,
+    Section,
+    Text,
+    chart,
+    figure,
+    table,
+)
+from calibrate.report.prediction_rows import (
+    CLASSES,
+    SERIES,
+    KindRow,
+    bound_shares,
+    kind_rows,
+    pass_title,
+    phase,
+    total_row,
+)
 from calibrate.report.run import uncounted
 from roofline.hardware.spec import Peaks
 from roofline.paper.table import PaperPhase, PaperResult, PaperRow
@@ -192,16 +212,21 @@ def _rate_bar(swept: Sequence[tuple[int, PassPrediction]]) -> Column[tuple[int, 
 
 
 def _sweep_plots(prediction: Prediction) -> list[Section]:
-    note = "At most twelve lines are drawn, evenly chosen."
+    several = len({step.workloads for step in prediction.passes}) > SERIES
+    note = f"At most {SERIES} lines are drawn, evenly chosen. " if several else ""
     if any(step.fits is False for step in prediction.passes):
-        note += f" Hollow: needs more than the device's {size(prediction.capacity_bytes)}."
+        note += f"Hollow: needs more than the device's {size(prediction.capacity_bytes)}."
     plots = (
         ("batch_throughput", "Throughput over batch"),
         ("length_latency", "Latency over length"),
         ("latency_throughput", "Latency, throughput and memory"),
     )
     return [
-        Section(title, (Figure(name.replace("_", "-"), partial(_draw, name, prediction), note),), views=document.PAGE)
+        Section(
+            title,
+            (Figure(name.replace("_", "-"), chart(f"prediction_plots.{name}", prediction), note),),
+            views=document.PAGE,
+        )
         for name, title in plots
     ]
 
@@ -216,7 +241,7 @@ def pass_section(i: int, step: PassPrediction, prediction: Prediction, peaks: Pe
         f"several levels of memory or kinds of work share its time{note}."
     )
     unknown = f"peaks that are not known: {', '.join(step.missing)}" if step.missing and step.time_s is not None else ""
-    roofline = Figure(f"roofline-{i}", partial(_draw, "roofline_chart", step, prediction, peaks), point)
+    roofline = Figure(f"roofline-{i}", chart("prediction_plots.roofline_chart", step, prediction, peaks), point)
     parts = (
         Text(headline(step, prediction), "strong"),
         Text(uncounted(step.uncounted, step.uncounted_share), "warning"),
@@ -225,7 +250,7 @@ def pass_section(i: int, step: PassPrediction, prediction: Prediction, peaks: Pe
         Section("Layer kinds", _layers(rows, step.time_s)),
         _memory(step, prediction),
         Section("Roofline", (roofline,) if peaks else ()),
-        Section("What one block does", (Figure(f"blocks-{i}", partial(_draw, "drawings", step, f"block-{i}")),)),
+        Section("What one block does", (Figure(f"blocks-{i}", chart("block_drawing.drawings", step, f"block-{i}")),)),
     )
     return Section(pass_title(step), parts, name=f"pass-{i}")
 
@@ -260,12 +285,6 @@ def _memory(step: PassPrediction, prediction: Prediction) -> Section:
         Column("", lambda part: part[2], words=True, drop=1),
     )
     return Section("Memory", (table(columns, parts),))
-
-
-def _draw(chart: str, *of: object) -> Any:
-    from calibrate.report import block_drawing, prediction_plots  # plotly takes long to import, and only pages draw
-
-    return getattr(block_drawing if chart == "drawings" else prediction_plots, chart)(*of)
 
 
 def _sizes(step: PassPrediction, field: str) -> Cell:

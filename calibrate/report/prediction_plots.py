@@ -11,14 +11,14 @@ import plotly.graph_objects as go
 
 from calibrate.report import theme
 from calibrate.report.pass_plots import Point, roofline_figure
-from calibrate.report.prediction_rows import KindRow, on_roofline, pass_title, phase, rate
+from calibrate.report.prediction_rows import SERIES, KindRow, on_roofline, pass_title, phase, rate
 from calibrate.report.theme import FAINT, LIGHT, colour, plain
 from roofline.hardware.spec import Peaks
 from roofline.predict.passes import PassPrediction, Prediction
 from roofline.units import UNKNOWN, bytes_per_s, flops, flops_per_s, magnitude, number, percent, seconds, size
 
-SERIES, NAMED = 12, 6
-"""Lines that can be told apart (of more, so many evenly chosen ones are drawn), and lines with names beside them."""
+NAMED = 6
+"""Lines with names beside them."""
 CROWD = 48
 """Points from which they are drawn small."""
 

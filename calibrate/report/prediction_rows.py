@@ -16,6 +16,8 @@ from roofline.record import Record
 from roofline.units import known_sum, magnitude, ratio
 
 CLASSES = tuple(Traffic.model_fields)
+SERIES = 12
+"""Lines that can be told apart; of more, so many evenly chosen ones are drawn."""
 
 
 class KindRow(Record):

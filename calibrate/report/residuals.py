@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from calibrate.kernels.fit import Observations, observations
 from calibrate.kernels.score import Interval, Score, scores
 from calibrate.report.document import FILES, Column, Document, Figure, Section, Text, figure, table
@@ -16,7 +18,7 @@ from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import has_kernels, read_kernels
 from roofline.hardware.spec import HardwareSpec, facts_of
 from roofline.laws.fitted import FittedLaw
-from roofline.laws.kinds import OPERATOR
+from roofline.laws.kinds import OPERATOR, work_of
 from roofline.laws.law import Floats
 from roofline.units import binary, number, percent, seconds
 
@@ -25,7 +27,13 @@ NOTE = (
     "A point is a kernel; within the dotted lines predictions are off by at most a quarter. Hover for its sizes; a "
     "whisker is the law's 90 % interval, drawn where there are few kernels."
 )
+ON_ROOFLINE = (
+    "A point is a kernel of the calibration; those of kinds whose work is not counted, as gaps of the host, have no "
+    "place on it, and of many, evenly chosen ones are drawn. Above a roof: operands that a cache held."
+)
 QUARTER = 0.25
+DRAWN = 2000
+"""Most kernels on the roofline, as many as a table of a page has rows."""
 WHISKERS = 80
 """Kernels up to which their intervals are drawn: more hide the points."""
 
@@ -59,7 +67,9 @@ def calibration_sections(folder: RunFolder, spec: HardwareSpec) -> tuple[Section
         Column("in 90 %", lambda row: figure(row.score.coverage, percent)),
     )
     plot = Figure("residuals", partial(_draw, found), NOTE)
-    return (Section("Calibration", (Text(SEEN, "faint"), plot, table(columns, found)), "calibration", views=FILES),)
+    places = Figure("calibration-roofline", partial(roofline, found, spec), ON_ROOFLINE)
+    parts = (Text(SEEN, "faint"), plot, places, table(columns, found))
+    return (Section("Calibration", parts, "calibration", views=FILES),)
 
 
 def residuals(tables: dict[tuple[str, str], Observations], spec: HardwareSpec) -> list[Residuals]:
@@ -115,6 +125,30 @@ def _draw(found: Sequence[Residuals]) -> Any:
         chart.add_hline(y=share, line={"color": theme.GREY, "width": 1, "dash": "dot"})
     chart.update_yaxes(tickformat="+.0%", range=[-1.05, 1.55])
     return chart
+
+
+def roofline(found: Sequence[Residuals], spec: HardwareSpec) -> Any:
+    """The kernels under the device's roofs by their compulsory work; None without a kernel whose work is counted."""
+    from calibrate.report import pass_plots
+
+    places: list[pass_plots.Point] = []
+    every = max(1, -(-sum(len(row.kernels) for row in found) // DRAWN))
+    for row in found:
+        try:
+            work = work_of(row.law.kind, row.kernels.dims, row.law.dtype)
+        except ValueError:  # a kind without counted work
+            continue
+        kind = row.law.kind.removeprefix(OPERATOR).replace("_", " ")
+        sizes = np.broadcast_arrays(work.flops, work.bytes, row.kernels.time_s)
+        places += [
+            pass_plots.Point(kind, flops / moved, flops / time_s, 0.0, _about(row, n))
+            for n, (flops, moved, time_s) in enumerate(zip(*(size.tolist() for size in sizes), strict=True))
+            if n % every == 0 and flops > 0 and moved > 0
+        ]
+    if not places:
+        return None
+    known = {name: peaks for name, peaks in (("achieved", spec.measured), ("datasheet", spec.datasheet)) if peaks}
+    return pass_plots.roofline_figure(places, known, tuple(dict.fromkeys(row.law.dtype for row in found)))
 
 
 def _about(row: Residuals, n: int) -> str:

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from calibrate.passes.pass_report import PassReport
 from calibrate.passes.replicates import MIDDLE
@@ -11,10 +10,22 @@ from calibrate.passes.reports import MeasuredPass
 from calibrate.report import document
 from calibrate.report import run_rows as rows
 from calibrate.report.depth import depth_sections
-from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
-from calibrate.report.peaks import peak_parts
-from calibrate.report.run_layers import compiled_kernels, error, half, layer_tables, layer_terms
+from calibrate.report.document import (
+    Cell,
+    Column,
+    Document,
+    Facts,
+    Figure,
+    Lines,
+    Part,
+    Section,
+    Text,
+    chart,
+    figure,
+    table,
+)
 from calibrate.report.run_rows import TermRow, meaning
+from calibrate.report.run_tables import compiled_kernels, error, half, layer_tables, layer_terms, peak_parts
 from calibrate.report.titles import cell_title, title
 from profiler.record.run import CellResult, Run
 from roofline import units
@@ -284,15 +295,15 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec, measured: Me
     layers = layer_tables(report, measured)
     differences = f"{_count(len(report.differences), 'difference')} between the planned graph and what the device ran"
     inactive = f"{_count(len(report.inactive), 'parameter')} that this phase does not read"
-    waterfall = Figure(f"waterfall-{i}", partial(_draw, "waterfall_chart", report))
+    waterfall = Figure(f"waterfall-{i}", chart("pass_plots.waterfall_chart", report))
     where: tuple[Part, ...] = (waterfall, _waterfall(report), table(_CHECKS, checks), *implied)
     lost = sum(row.flops <= 0 or row.bytes <= 0 or row.time_s <= 0 for row in all_rows)
     absent = f"; {lost} without FLOPs or bytes (copies, say) have no place on it" if lost else ""
     point = f"A point is a layer kind, its area its share of the wall, a red rim an efficiency above 1{absent}."
-    roofline = Figure(f"roofline-{i}", partial(_draw, "roofline_chart", report, spec), point)
+    roofline = Figure(f"roofline-{i}", chart("pass_plots.roofline_chart", report, spec), point)
     shown = f"The {rows.BARS} slowest of {len(all_rows)} layer kinds. " if len(all_rows) > rows.BARS else ""
     beside = f"{shown}Beside a bar: its efficiency, ideal ÷ measured."
-    bars = Figure(f"layers-{i}", partial(_draw, "layer_chart", report), beside)
+    bars = Figure(f"layers-{i}", chart("pass_plots.layer_chart", report), beside)
     parts: tuple[Part, ...] = (
         Text(verdict(report), "bad"),
         Text(headline(report), "strong"),
@@ -310,12 +321,6 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec, measured: Me
         Lines(report.inactive, inactive, "faint"),
     )
     return Section(title(report), parts, name=f"pass-{i}")
-
-
-def _draw(chart: str, *of: object) -> Any:
-    from calibrate.report import pass_plots  # plotly takes long to import, and only pages draw
-
-    return getattr(pass_plots, chart)(*of)
 
 
 def uncounted(names: Sequence[str], share: float) -> str:

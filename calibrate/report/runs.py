@@ -6,7 +6,6 @@ A run of another kind is a function and a row of `CONTENTS`. Example: ``report_d
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from calibrate.device.figures import characteristics, with_datasheet
 from calibrate.passes.pass_report import PassReport
@@ -15,11 +14,11 @@ from calibrate.regression.compare import compare
 from calibrate.regression.sources import SOURCES, moved, side_of
 from calibrate.report.comparison import comparison_document
 from calibrate.report.device import device_document
-from calibrate.report.document import Cell, Column, Document, Figure, Part, Section, Table, Text, figure, table
+from calibrate.report.document import Cell, Column, Document, Figure, Part, Section, Table, Text, chart, figure, table
 from calibrate.report.kernels import kernels_document
 from calibrate.report.residuals import with_calibration
 from calibrate.report.run import run_document
-from calibrate.report.run_layers import half
+from calibrate.report.run_tables import half
 from calibrate.report.suite import suite_document
 from calibrate.report.suite_rows import suite_rows
 from calibrate.report.titles import title
@@ -202,14 +201,8 @@ def _beside(found: Sequence[Reported]) -> tuple[Section, ...]:
         Column("predicted wall", lambda row: figure(row.report.predicted_wall_s)),
     )
     passes = [(one.name, one.folder.run.started, title(report), report) for one in found for report in one.passes]
-    pictures = tuple(Figure(name, partial(_draw, name, passes)) for name in ("walls", "over_time"))
+    pictures = tuple(Figure(name, chart(f"comparison_plots.{name}", passes)) for name in ("walls", "over_time"))
     return (Section("Side by side", (*pictures, table(columns, rows))),) if rows else ()
-
-
-def _draw(chart: str, passes: Sequence[tuple[str, str, str, PassReport]]) -> Any:
-    from calibrate.report import comparison_plots  # plotly takes long to import, and only pages draw
-
-    return getattr(comparison_plots, chart)(passes)
 
 
 def _compared(base: Reported, new: Reported) -> Section | None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from calibrate.report.document import Cell, Column, Figure, Lines, Part, Section, Text, figure, printable, table
+from calibrate.report.document import Cell, Column, Figure, Lines, Part, Section, Text, chart, figure, printable, table
 from calibrate.scenarios.quantity import Quantity
 from calibrate.scenarios.scenario import Answer, Curve, Row
 from roofline.units import MINUS, UNKNOWN, bytes_per_s, dtype, in_unit, number, percent, plus_minus, seconds, size
@@ -50,15 +50,12 @@ def _curve(name: str, curve: Curve) -> Iterator[Part]:
         Column("error", lambda row: figure(row.quantity.error, partial(percent, signed=True)), optional=True, drop=1),
         Column("", lambda row: row.note, words=True, optional=True, drop=3),
     )
-    yield Section(
-        curve.title,
-        (
-            Text(curve.note, "faint"),
-            table(columns, curve.rows),
-            Figure(name, partial(_draw, curve)),
-        ),
-        pair=False,
+    parts = (
+        Figure(name, chart("scenario_plots.curve_chart", curve, SHOWN[curve.unit])),
+        Text(curve.note, "faint"),
+        table(columns, curve.rows),
     )
+    yield Section(curve.title, parts, pair=True)
 
 
 def _x(x: float | str) -> Cell:
@@ -70,12 +67,6 @@ def _half(quantity: Quantity) -> Cell:
         return Cell(UNKNOWN)
     low, high = quantity.measured - quantity.half, quantity.measured + quantity.half
     return Cell(plus_minus(low, high, quantity.measured) if quantity.half else "", quantity.half)
-
-
-def _draw(curve: Curve) -> Any:
-    from calibrate.report.scenario_plots import curve_chart  # plotly takes long to import, and only pages draw
-
-    return curve_chart(curve, SHOWN[curve.unit])
 
 
 def scenarios_json(answers: Sequence[Answer]) -> dict[str, Any]:

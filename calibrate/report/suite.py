@@ -7,7 +7,6 @@ import csv
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TextIO
 
 from calibrate.report.document import (
@@ -22,6 +21,7 @@ from calibrate.report.document import (
     Part,
     Section,
     Text,
+    chart,
     figure,
     table,
 )
@@ -145,7 +145,7 @@ def suite_document(run: Run, rows: Sequence[SuiteRow], spec: HardwareSpec | None
     counted = f"{number(passed)} kernels passed, {number(len(wrong))} wrong or failed"
     left = f", {number(sum(absent.values()))} not run" if absent else ""
     plots = [
-        Figure(f"suite-{name}", partial(_draw, name, rows, spec), note)
+        Figure(f"suite-{name}", chart(f"suite_plots.{name}", rows, spec), note)
         for name, note in (("families", CLICK), ("roofline", ""))
     ]
     parts: list[Part] = [
@@ -179,12 +179,6 @@ def suite_document(run: Run, rows: Sequence[SuiteRow], spec: HardwareSpec | None
     versions = {name: version for row in rows for name, version in (row.versions or {}).items()}
     parts.append(Facts((("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),), "faint"))
     return Document(f"{run.environment.device}: serving kernels", parts)
-
-
-def _draw(chart: str, rows: Sequence[SuiteRow], spec: HardwareSpec | None) -> Any:
-    from calibrate.report import suite_plots  # plotly takes long to import, and only pages draw
-
-    return getattr(suite_plots, chart)(rows, spec)
 
 
 def _detail(row: SuiteRow) -> Detail:

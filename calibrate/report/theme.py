@@ -113,7 +113,9 @@ def upright(figure: go.Figure, x: float, text: str, paint: str, dash: str, level
     figure.add_vline(x=x, line={"color": paint, "width": 1.2, "dash": dash})
     font = {"size": 11, "color": paint}
     place = {"x": math.log10(x), "y": 1, "yref": "paper", "xanchor": "left", "yanchor": "top", "xshift": 3}
-    figure.add_annotation(text=plain(text), **place, yshift=-14 * level, showarrow=False, font=font, bgcolor="#ffffff")
+    figure.add_annotation(
+        text=plain(text), **place, yshift=-14 * level, showarrow=False, font=font, bgcolor="#ffffffd8"
+    )
 
 
 def short(text: str) -> str:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from profiler.cli.options import AsJson, Results, find_hardware, listed_apart
-from profiler.cli.output import say, show, stdout_to_stderr_if
+from profiler.cli.options import AsJson, Html, Results, find_hardware, listed_apart
+from profiler.cli.output import LINES_S, progress, say, show, stdout_to_stderr_if
 from profiler.record.files import require_separate, write_text
 from profiler.record.folder import RunFolder, find_run
 from profiler.record.run import MOST_SEED, RequestError, roofcal_version
@@ -64,6 +64,7 @@ def calibrate(
     out: Annotated[
         Path | None, Option(help="Spec to write. Default: spec.json of the first run; with --engine, engine.json.")
     ] = None,
+    html: Html = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
@@ -74,13 +75,13 @@ def calibrate(
     if engine is not None:
         from profiler.cli.calibrate_engine import Question, calibrate_engine
 
-        if points is not None or score or kind:
-            raise RequestError("--points, --score and --kind are about kernels; leave them out with --engine")
+        if points is not None or score or kind or html is not None:
+            raise RequestError("--points, --score, --kind and --html are about kernels; leave them out with --engine")
         calibrate_engine(Question(runs, engine, model, tp, dtype, hardware, out, results), as_json)
         return
     if model is not None or tp is not None or dtype is not None:
         raise RequestError("--model, --tp and --dtype describe a server; add --engine")
-    from calibrate.kernels.score import calibrate_tables, calibrated_spec, chosen, tables
+    from calibrate.kernels.score import calibrate_tables, calibrated_spec, chosen, fit_s, tables
     from calibrate.report.json import calibration_json
     from calibrate.report.kernels import calibration_document
     from roofline.hardware.spec import facts_of
@@ -93,7 +94,7 @@ def calibrate(
             raise RequestError(f"{twice[0]} is named twice; a run is either fitted to or scored on, once")
         stored = [file for path in paths for file in path.iterdir() if file.name != "spec.json"]
         given = [Path(hardware)] if hardware is not None else []
-        require_separate({"--out": out}, [*stored, *given])
+        require_separate({"--out": out, "--html": html}, [*stored, *given])
         fitted = chosen(tables(fit_runs), kind or [])
         scored = tables(score_runs) if score_runs else None
         spec = _spec(fit_runs, score_runs, hardware, results)
@@ -103,11 +104,16 @@ def calibrate(
             raise RequestError(str(error)) from error
         if facts.assumed:
             say(f"{spec.name} lacks figures that laws need; assumed: {', '.join(facts.assumed)}", sys.stderr)
-        calibration = calibrate_tables(fitted, scored, facts, points, seed)
+        unit_s = [fit_s(len(table), points) for table in fitted.values()]
+        if sum(unit_s) > LINES_S:
+            with progress(len(unit_s), unit_s=unit_s) as step:
+                calibration = calibrate_tables(fitted, scored, facts, points, seed, step)
+        else:
+            calibration = calibrate_tables(fitted, scored, facts, points, seed)
         path = out or fit_runs[0].path / "spec.json"
         calibrated = calibrated_spec(spec, calibration, provenance(fit_runs, seed))
         write_text(path, calibrated.model_dump_json(indent=1) + "\n")
-    show(as_json, lambda: calibration_json(path, calibration), lambda: calibration_document(calibration), kept=path)
+    show(as_json, lambda: calibration_json(path, calibration), lambda: calibration_document(calibration), path, html)
 
 
 def _spec(

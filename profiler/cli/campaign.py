@@ -183,7 +183,7 @@ def fleet(folders: list[Path], keep: Path | None, as_json: bool) -> int:
     from calibrate.fleet.outliers import outliers
     from calibrate.fleet.units import by_device, model_spec, unit_of
     from calibrate.fleet.upgrades import upgrades_of
-    from calibrate.report.fleet import DeviceFleet, fleet_document, fleet_json
+    from calibrate.report.campaign import DeviceFleet, fleet_document, fleet_json
 
     found = [run for base in folders for run in list_runs(base / RUNS if (base / RUNS).is_dir() else base)]
     for run in found:

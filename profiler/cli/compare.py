@@ -7,7 +7,7 @@ import typer
 from typer import Argument, Option
 
 from profiler.cli import output
-from profiler.cli.options import AsJson, Results, finite
+from profiler.cli.options import AsJson, Html, Results, finite
 from profiler.record.files import replacing, require_separate
 from profiler.record.run import RequestError
 
@@ -53,6 +53,7 @@ def compare(
         bool, Option("--allow", help="Also show runs of different devices, drivers or methods, marked incomparable.")
     ] = False,
     write: Write = None,
+    html: Html = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -64,12 +65,13 @@ def compare(
     from calibrate.regression.sources import find_side, moved
     from calibrate.report.comparison import comparison_document, comparison_json
 
-    files = wanted_files(write)
+    files = wanted_files(write, html)
     before, after = find_side(base, results), find_side(new, results)
     result = compared(before.side, after.side, tolerance=tolerance, spread=spread, allow=allow)
     grown = moved(before.passes, after.passes)
     write_files(files, result)
-    output.show(as_json, lambda: comparison_json(result, grown), lambda: comparison_document(result, grown))
+    about = (result, grown)
+    output.show(as_json, lambda: comparison_json(*about), lambda: comparison_document(*about), html=html)
     told = set(result.counts)
     if "slower" in told:
         raise typer.Exit(output.SLOWER)
@@ -79,7 +81,7 @@ def compare(
         raise typer.Exit(output.INCONCLUSIVE)
 
 
-def wanted_files(write: list[str] | None) -> dict[str, Path]:
+def wanted_files(write: list[str] | None, html: Path | None = None) -> dict[str, Path]:
     """Format -> file of each --write. Raises RequestError for an unknown format, no file, or one file twice."""
     from calibrate.exchange.dashboards import DASHBOARDS
 
@@ -89,7 +91,7 @@ def wanted_files(write: list[str] | None) -> dict[str, Path]:
         if form not in DASHBOARDS or not name:
             raise RequestError(f"--write takes FORMAT=FILE with {', '.join(DASHBOARDS)}; not {text!r:.60}")
         files[form] = Path(name)
-    require_separate({f"--write {form}": path for form, path in files.items()}, [])
+    require_separate({"--html": html, **{f"--write {form}": path for form, path in files.items()}}, [])
     return files
 
 

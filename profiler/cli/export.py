@@ -64,7 +64,7 @@ def export(
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Write a device's figures for other tools, or a run's passes as traces."""
+    """Write figures for other tools, or passes for trace viewers."""
     from calibrate.exchange.formats import EXPORTS, TraceFormat, export_format, export_formats
 
     known = export_formats()

@@ -13,7 +13,7 @@ from pathlib import Path
 from profiler.cli import options as option
 from profiler.cli.output import show, stdout_to_stderr_if
 from profiler.cli.vain import listed
-from profiler.record.files import replacing, require_separate, write_text
+from profiler.record.files import replacing, require_separate
 from profiler.record.run import RequestError
 from roofline.dtypes import BITS
 from roofline.hardware.spec import OUTWARD, facts_of
@@ -97,11 +97,8 @@ def predict_found(asked: Question, written: frozenset[str], as_json: bool) -> No
         with replacing(asked.csv) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             found_csv(found, file)
     title = f"{asked.model} on {engine.name}"
-    if asked.html is not None:
-        from calibrate.report.html import render
-
-        write_text(asked.html, render(found_document(title, found, notes)))
-    show(as_json, lambda: found_json(title, found, notes), lambda: found_document(title, found, notes))
+    about = (title, found, notes)
+    show(as_json, lambda: found_json(*about), lambda: found_document(*about), html=asked.html)
 
 
 def _target(asked: Question) -> Target:

@@ -12,7 +12,7 @@ from typer import Argument, Option
 from profiler.cli import output
 from profiler.cli.compare import Tolerance
 from profiler.cli.gate import measured
-from profiler.cli.options import AsJson, Results
+from profiler.cli.options import AsJson, Html, Results
 from profiler.gate.arms import Turns, sides
 from profiler.record.folder import RunFolder
 from profiler.record.run import RequestError
@@ -54,6 +54,7 @@ def history(
             help="The two versions for --confirm, as gate takes them. Default: the commits that the runs state.",
         ),
     ] = None,
+    html: Html = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
@@ -68,7 +69,7 @@ def history(
 
     from calibrate.regression.history import LEAST_NIGHTS, changes, common
     from calibrate.regression.store import read, refresh
-    from calibrate.report.history import history_document, history_json
+    from calibrate.report.comparison import history_document, history_json
 
     with output.stdout_to_stderr_if(as_json):
         if (store := _object_store(results)) is None:
@@ -87,6 +88,7 @@ def history(
         as_json,
         lambda: history_json(stored.nights, wanted, shared, found, tolerance),
         lambda: history_document(stored.nights, wanted, found, tolerance),
+        html=html,
     )
     if confirm is not None and any(change.gated == "confirmed" and change.ratio > 1 for change in found):
         raise typer.Exit(output.SLOWER)

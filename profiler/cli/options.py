@@ -73,6 +73,7 @@ HardwareList = Annotated[
 ]
 Results = Annotated[Path, Option(help="Folder that holds the runs.")]
 Csv = Annotated[Path | None, Option(help="Also write CSV: a row for each layer, figure or kernel.")]
+Html = Annotated[Path | None, Option(help="Also write the report as an HTML page that opens offline.")]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 """Options that several verbs have."""
 

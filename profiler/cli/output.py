@@ -33,6 +33,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from calibrate.report.document import printable
+from profiler.record.files import write_text
 from profiler.record.folder import RunFolder
 from roofline.units import duration, shortened
 
@@ -132,8 +133,17 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=1, allow_nan=False))
 
 
-def show(as_json: bool, document: Callable[[], Any], report: "MakeReport", kept: Path | None = None) -> None:
-    """Print the JSON `document`, or the `report` on the terminal, and on stderr where it is `kept`."""
+def show(
+    as_json: bool, document: Callable[[], Any], report: "MakeReport", kept: Path | None = None, html: Path | None = None
+) -> None:
+    """Print the JSON `document`, or the `report` on the terminal, and on stderr where it is `kept`.
+
+    The report is written as a page too where `html` names one.
+    """
+    if html is not None:
+        from calibrate.report import html as renderer
+
+        write_text(html, renderer.render(report()))
     if as_json:
         print_json(document())
         return

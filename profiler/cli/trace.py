@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from profiler.cli import output
-from profiler.cli.options import AsJson, Asked, Hardware, Results, device, find_hardware, what_ifs
-from profiler.record.files import replacing, require_separate, write_text
+from profiler.cli.options import AsJson, Asked, Hardware, Html, Results, device, find_hardware, what_ifs
+from profiler.record.files import replacing, require_separate
 from profiler.record.run import RequestError
 
 if TYPE_CHECKING:
@@ -40,15 +40,15 @@ def trace(
     ] = None,
     results: Results = Path("results"),
     csv: Annotated[Path | None, Option(help="Also write CSV: a row for each kernel.")] = None,
-    html: Annotated[Path | None, Option(help="Also write an HTML page with all rows of all tables.")] = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which kernels ran in an engine's timeline, in which steps and modules.
+    """Show which kernels ran in an engine's timeline, and where.
 
-    It also shows what remains unexplained. Give one file for each rank. The metadata of a file is never copied.
-    With --hardware, a spec with calibrated laws or a device's name, layers are compared with predictions; the timeline
-    must have the sizes of operators (`record_shapes=True` of torch.profiler). With --model as well, so are the parts of
-    the steps whose annotation states their sizes, also where kernels ran in a graph.
+    Kernels are shown by step and module, and so is what remains unexplained. Give one file for each rank. The metadata
+    of a file is never copied. With --hardware, a spec with calibrated laws or a device's name, layers are compared with
+    predictions; the timeline must have the sizes of operators (`record_shapes=True` of torch.profiler). With --model as
+    well, so are the parts of the steps whose annotation states their sizes, also where kernels ran in a graph.
     """
     require_separate({"--csv": csv, "--html": html}, files)
     price, priced_by = (None, None) if hardware is None else _price(hardware, results)
@@ -67,11 +67,7 @@ def trace(
     if csv is not None:
         with replacing(csv) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             write_trace_csv(read, file)
-    if html is not None:
-        from calibrate.report.html import render
-
-        write_text(html, render(trace_document(read)))
-    output.show(as_json, lambda: trace_json(read), lambda: trace_document(read))
+    output.show(as_json, lambda: trace_json(read), lambda: trace_document(read), html=html)
 
 
 def _price(hardware: str, results: Path) -> "tuple[Price, str]":

@@ -39,7 +39,7 @@ def view(
     port: Annotated[int, Option(help="Port of the page; 0 takes one that is free.", min=0, max=65535)] = 8050,
     as_json: option.AsJson = False,
 ) -> None:
-    """Choose model, device and workload in a browser, and see each prediction at once.
+    """See predictions change in a browser with model and workload.
 
     The page is served to this machine alone and fetches nothing from elsewhere. Ctrl-C stops it.
     """

@@ -15,8 +15,9 @@ from typing import Any
 
 from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.development.base_component import Component
-from flask import Response, abort, request
+from flask import Response, abort, request, send_file
 
+from calibrate.report.html import HERE, STYLE, render
 from calibrate.report.json import prediction_json, write_csv
 from calibrate.report.titles import workload_title
 from profiler.cli.viewer import page
@@ -60,7 +61,8 @@ POLICY = (
 def application(answers: Answers) -> Dash:
     """The whole application."""
     app = Dash("roofcal", assets_folder=str(page.ASSETS), title="roofcal", update_title="roofcal …", enable_mcp=False,
-               serve_locally=True, suppress_callback_exceptions=True, add_log_handler=False)  # fmt: skip
+               external_stylesheets=[f"/{STYLE}"], serve_locally=True, suppress_callback_exceptions=True,
+               add_log_handler=False)  # fmt: skip
     app.layout = lambda: _layout(answers)
     for side in SIDES:
         for name in HINTS:
@@ -101,6 +103,10 @@ def application(answers: Answers) -> Dash:
             "seen": seen, "search": query(view), "second": not is_two, "compare": ["on"] if is_two else [],
             "exports": _exports(answers, view),
         }  # fmt: skip
+
+    @app.server.route(f"/{STYLE}")
+    def style() -> Response:
+        return send_file(HERE / STYLE)
 
     _guard(app)
     _export(app, answers)
@@ -206,8 +212,6 @@ def _export(app: Dash, answers: Answers) -> None:
         try:
             view = read(request.query_string.decode("utf-8", "replace"))
             if name == "report.html":
-                from calibrate.report.html import render
-
                 text = render(document([answers.answer(setting) for setting in view]))
             else:
                 text = _numbers(name, [answers.exact(setting) for setting in view])

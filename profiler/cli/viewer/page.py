@@ -63,9 +63,10 @@ def _figure(part: Figure, picture: Any) -> Component:
 def _table(part: Table) -> Component:
     keep = [i for i, column in enumerate(part.columns) if not column.bar]
     columns = [part.columns[i] for i in keep]
+    buttons = [html.Button(column.header, type="button", title="Sort by this column") for column in columns]
     head = html.Tr([
-        html.Th(html.Button(column.header, type="button"), className="words" if column.is_text else "", scope="col")
-        for column in columns
+        html.Th(button, className="words" if column.is_text else "", scope="col")
+        for column, button in zip(columns, buttons, strict=True)
     ])  # fmt: skip
 
     def row(cells: Sequence[Cell]) -> Component:
@@ -73,7 +74,8 @@ def _table(part: Table) -> Component:
 
     foot = [html.Tfoot(row(part.total))] if part.total else []
     table = html.Table([html.Thead(head), html.Tbody([row(cells) for cells in part.rows]), *foot])
-    return html.Div(table, className="scroll", key=f"table-{next(_draws)}", tabIndex="0")
+    about = {"role": "region", "aria-label": f"Table: {columns[0].header or 'figures'}"}
+    return html.Div(table, className="scroll", key=f"table-{next(_draws)}", tabIndex="0", **about)
 
 
 def _cell(column: Column[Any], cell: Cell) -> Component:

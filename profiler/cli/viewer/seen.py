@@ -8,8 +8,21 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import Any, Literal
 
-from calibrate.report import run, run_layers, run_rows
-from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Table, Text, figure
+from calibrate.report import run, run_rows, run_tables
+from calibrate.report.document import (
+    Cell,
+    Column,
+    Document,
+    Facts,
+    Figure,
+    Lines,
+    Part,
+    Section,
+    Table,
+    Text,
+    chart,
+    figure,
+)
 from calibrate.report.document import table as table_of
 from calibrate.report.prediction import bounds, misfit, pass_section, summary
 from calibrate.report.prediction_rows import kind_rows
@@ -176,7 +189,7 @@ def _ratio(first: float | None, second: float | None) -> Cell:
 
 @lru_cache(PLOTS)
 def _curve(named: tuple[tuple[str, Swept], ...], over: Over, quantity: Quantity) -> Any:
-    return _draw("prediction_plots", "compared", {name: swept.prediction for name, swept in named}, over, quantity)
+    return chart("prediction_plots.compared", {name: swept.prediction for name, swept in named}, over, quantity)()
 
 
 @lru_cache(PLOTS)
@@ -214,14 +227,8 @@ def _measured(key: str, before: str, measured: Measured, answer: Answer) -> Sect
     parts = (
         Text(run.verdict(report), "bad"),
         Facts(facts),
-        Figure(f"waterfall-{key}", partial(_draw, "pass_plots", "waterfall_chart", report)),
-        Figure(f"layers-{key}", partial(_draw, "pass_plots", "layer_chart", report)),
-        table_of(run_layers.LAYER_COLUMNS, rows, run_rows.busy_row(report)),
+        Figure(f"waterfall-{key}", chart("pass_plots.waterfall_chart", report)),
+        Figure(f"layers-{key}", chart("pass_plots.layer_chart", report)),
+        table_of(run_tables.LAYER_COLUMNS, rows, run_rows.busy_row(report)),
     )
     return Section(f"{before}Measured: {title(report)}", parts, name=f"measured-{key}")
-
-
-def _draw(module: str, chart: str, *of: object) -> Any:
-    from calibrate.report import pass_plots, prediction_plots  # plotly takes long to import
-
-    return getattr({"pass_plots": pass_plots, "prediction_plots": prediction_plots}[module], chart)(*of)

@@ -114,6 +114,15 @@ def test_a_table_sorts_filters_folds_and_hides(page: Page, path: Path, opened: O
     assert not same.locator("th", has_text="efficiency").is_visible()
 
 
+def test_a_filter_pales_the_marks_of_the_rows_that_it_leaves_out(page: Page) -> None:
+    draw(page)
+    left = "document.getElementById('layers-0').data[0]"
+    layers_of(page).get_by_role("searchbox").fill("mlp.up")
+    assert page.evaluate(f"{left}.selectedpoints.map((i) => {left}.ids[i])") == [UP_ROW]
+    go_to(page, "")
+    assert page.evaluate(f"{left}.selectedpoints") is None
+
+
 def test_a_click_leads_from_a_layer_to_its_kernels_and_its_command(page: Page) -> None:
     layers_of(page).get_by_role("button", name=UP).click()
     panel = page.locator("#detail")

@@ -13,7 +13,7 @@ from report_views import as_page, on_terminal
 
 from calibrate.report import prediction_plots
 from calibrate.report.prediction import SWEEP_ROWS, paper_document, prediction_document
-from calibrate.report.prediction_rows import kind_rows, on_roofline
+from calibrate.report.prediction_rows import SERIES, kind_rows, on_roofline
 from roofline.predict.passes import PassPrediction, Prediction
 from roofline.workload import Workload
 
@@ -165,7 +165,7 @@ def test_a_single_workload_or_unknown_times_make_no_sweep_plot() -> None:
 def test_lines_that_cannot_be_told_apart_are_thinned_evenly() -> None:
     steps = [samples.swept(batch, 100 * i) for i in range(1, 41) for batch in (1, 2)]
     lines = [trace.name for trace in drawn(samples.prediction(steps))["batch_throughput"].data]
-    assert len(lines) == prediction_plots.SERIES
+    assert len(lines) == SERIES
     assert (lines[0], lines[-1]) == ("decode, context 100", "decode, context 4000")
 
 

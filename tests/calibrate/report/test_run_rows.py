@@ -5,7 +5,7 @@ import report_samples as samples
 from calibrated_laws import at_priors
 
 from calibrate.passes.pass_report import Rungs
-from calibrate.report import peaks, run, run_layers, run_rows
+from calibrate.report import run, run_rows, run_tables
 from roofline import units
 from roofline.hardware.load import load_device
 from roofline.hardware.spec import facts_of
@@ -116,7 +116,7 @@ def test_layers_that_do_not_add_up_are_said() -> None:
 
 def test_efficiency_above_one_is_marked_and_explained() -> None:
     report = samples.gpu()
-    cell = next(column for column in run_layers.LAYER_COLUMNS if column.header == "efficiency").cell
+    cell = next(column for column in run_tables.LAYER_COLUMNS if column.header == "efficiency").cell
     marked = [row for row in run_rows.layer_rows(report) if cell(row).bad]
     assert [row.path for row in marked] == ["model.layers.*.post_attention_layernorm"]
     assert sum("warm cache" in sentence for sentence in run.warnings(report)) == 1
@@ -188,12 +188,12 @@ def test_the_laws_of_a_spec_are_one_line_with_their_errors_on_unseen_groups() ->
     laws = [at_priors(kind, "bfloat16", facts) for kind in ("matmul", "aten::mul", "aten::add")]
     laws = [law.model_copy(update={"unseen": off}) for law, off in zip(laws, (0.05, 0.02, 0.04), strict=True)]
     spec = load_device("nvidia-h200-sxm")
-    assert peaks.laws(spec) is None
-    said = peaks.laws(spec.model_copy(update={"calibrated": tuple(laws)}))
+    assert run_tables.laws(spec) is None
+    said = run_tables.laws(spec.model_copy(update={"calibrated": tuple(laws)}))
     errors = "3 calibrated laws; mean error on kernels held out from the fit: matmul 5.00 %, streaming operators 3.00 %"
     older = "; calibrate again for matmul: an older roofcal fitted other laws"  # it has no bounds
     assert said == errors + older
-    streams = peaks.laws(spec.model_copy(update={"calibrated": tuple(laws[1:])}))
+    streams = run_tables.laws(spec.model_copy(update={"calibrated": tuple(laws[1:])}))
     assert streams == "2 calibrated laws; mean error on kernels held out from the fit: streaming operators 3.00 %"
 
 
@@ -204,7 +204,7 @@ def test_intervals_are_shown_as_half_their_width() -> None:
     assert shown == pytest.approx([0.01 * report.wall_s] * 3)
     assert halves[("shape_loss",)] is None
     row = run_rows.layer_rows(report)[0]
-    cells = {column.header: getattr(column.cell(row), "text", "") for column in run_layers.LAYER_COLUMNS}
+    cells = {column.header: getattr(column.cell(row), "text", "") for column in run_tables.LAYER_COLUMNS}
     assert (cells["±"], cells["predicted ±"]) == ("3 %", "10 %")
     assert run_rows.total_row([row, row], report.wall_s, "2 others").time_s_low is None
     assert run.headline(report).startswith(f"{units.seconds(report.wall_s)} wall ± 1.2 %, ")

@@ -140,7 +140,7 @@ def test_a_unit_that_is_not_like_its_sisters_is_named(tmp_path: Path, capsys: py
         hardware_of(tmp_path / "runs", unit, 0.6 if unit == 4 else 1.0)
     keep = tmp_path / "keep"
     code, shown, _ = said(capsys, "fleet", str(tmp_path), "--keep", str(keep))
-    assert code == 1 and "9 units: 1 differ from their sisters" in shown and "slow memory" in shown
+    assert code == 1 and "9 units; unlike their sisters: 1 for certain" in shown and "slow memory" in shown
     (device,) = document(capsys, "fleet", str(tmp_path))["devices"]
     (found,) = [outlier for outlier in device["outliers"] if outlier["differs"]]
     assert found["unit"] == "GPU-4" and found["hostname"] == "node4"

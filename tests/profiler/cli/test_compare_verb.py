@@ -28,7 +28,10 @@ def hardware(base: Path, name: str, factor: float = 1.0, device: str | None = No
 def test_exit_codes_say_what_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, same, slow, fast = (hardware(tmp_path, name, x) for name, x in (("a", 1), ("b", 1), ("c", 1.5), ("d", 0.5)))
     assert main(["compare", base, same, "--tolerance", "0.2"]) == 0
-    assert main(["compare", base, slow]) == 1
+    page = tmp_path / "page.html"
+    assert main(["compare", base, slow, "--html", str(page)]) == 1
+    shown = page.read_text(encoding="utf-8")
+    assert "slower" in shown and "Plotly" in shown
     shown = capsys.readouterr().out
     assert "slower by 50" in shown and "memory" in shown
     assert main(["compare", base, fast]) == 0

@@ -35,7 +35,9 @@ def nights(tmp_path: Path) -> str:
 
 
 def test_a_change_is_dated_and_named(nights: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["history", "--results", nights]) == 0
+    page = Path(nights).parent / "page.html"
+    assert main(["history", "--results", nights, "--html", str(page)]) == 0
+    assert "History of" in page.read_text(encoding="utf-8")
     shown = capsys.readouterr().out
     assert "2026-03-06" in shown and "+7" in shown and "torch 2.11 → 2.13" in shown
     assert "profiler gate 2.11 2.13 --kernels FILE" in shown
