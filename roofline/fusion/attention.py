@@ -58,7 +58,8 @@ def _with_shared_scores(graph: OpGraph, flow: Dataflow, attentions: Sequence[Att
     for attention in attentions:
         first = next(i for i in attention.members if graph.ops[i].kind in ANCHORS)
         operands = [_whole_source(graph, flow, first, access) for access in graph.ops[first].reads[:2]]
-        scores = (*operands, attention.masks) if None not in operands else attention.members
+        is_known = len(operands) == 2 and None not in operands and attention.head_dim + attention.value_dim > 0
+        scores = (*operands, attention.masks) if is_known else attention.members
         by_scores.setdefault((graph.ops[first].path, scores), []).append(attention)
     made = []
     for group in by_scores.values():

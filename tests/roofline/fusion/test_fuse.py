@@ -1,7 +1,7 @@
 """Groups of the ideal graph: what joins an anchor, what they read and write, and in which order they run."""
 
 from graphs import GraphBuilder, check_invariants, groups_of, named, sizes
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from roofline.fusion.fuse import fuse
@@ -169,6 +169,8 @@ random_ops = st.lists(
 
 
 @given(random_ops)
+@example([("attention", [], [("t0", 1)], 1)] * 2)
+@example([("attention", [("w", 1), ("kv", 1)], [(name, 1)], 1) for name in ("t0", "t1")])
 @settings(deadline=None)
 def test_invariants_hold_for_any_graph(ops):
     b = GraphBuilder()
