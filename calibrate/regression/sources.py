@@ -35,6 +35,8 @@ class Loaded:
 
     side: Side
     passes: tuple[Pass, ...] = ()
+    unfinished: tuple[str, ...] = ()
+    """Folders of runs that were ended early or still go on."""
 
 
 def side_of(folders: Sequence[RunFolder]) -> Loaded:
@@ -62,7 +64,8 @@ def side_of(folders: Sequence[RunFolder]) -> Loaded:
             )
         )
     name = sides[0].name if len(sides) == 1 else f"{sides[0].name} and {len(sides) - 1} more"
-    return Loaded(merged(name, sides), tuple(passes))
+    unfinished = tuple(str(folder.path) for folder in folders if not folder.run.finished)
+    return Loaded(merged(name, sides), tuple(passes), unfinished)
 
 
 def find_side(names: str, results: Path) -> Loaded:

@@ -1,5 +1,6 @@
 """`compare`: what got slower between two runs, or two sets of runs. Wiring only; no torch, no device."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,6 +69,8 @@ def compare(
     files = wanted_files(write, html)
     before, after = find_side(base, results), find_side(new, results)
     result = compared(before.side, after.side, tolerance=tolerance, spread=spread, allow=allow)
+    for path in (*before.unfinished, *after.unfinished):
+        output.say(f"warning: {path} is not finished; what it lacks counts as missing or new", sys.stderr)
     grown = moved(before.passes, after.passes)
     write_files(files, result)
     about = (result, grown)

@@ -110,7 +110,9 @@ def _rows(folder: RunFolder) -> "Side":
 
 
 def _pair(between: str | None, confirm: Path | None) -> tuple[str, str] | None:
-    """The two versions of --between."""
+    """The two versions of --between. Raises RequestError for a file of kernels that is not there."""
+    if confirm is not None and not confirm.exists():
+        raise RequestError(f"there is no {confirm}; name a file of kernels with --confirm, as for gate")
     if between is None:
         return None
     if confirm is None:

@@ -77,6 +77,19 @@ def test_other_devices_are_shown_when_asked_for(tmp_path: Path, capsys: pytest.C
     assert "incomparable" in shown and all(c.isprintable() for line in shown.splitlines() for c in line)
 
 
+def test_a_run_that_is_not_finished_is_compared_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, other = hardware(tmp_path, "a"), hardware(tmp_path, "b")
+    folder, _ = RunFolder.open_for_resume(Path(base))
+    with folder:
+        folder.write_spec(hardware_samples.cpu()[0])
+        folder.finish()
+    assert main(["compare", base, other, "--tolerance", "0.2"]) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if "is not finished" in line]
+    assert len(warned) == 1 and other in warned[0]
+
+
 def test_a_tampered_run_is_refused_and_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, other = hardware(tmp_path, "a"), hardware(tmp_path, "b")
     journal = Path(other) / "hardware.jsonl"

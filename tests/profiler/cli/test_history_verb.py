@@ -89,7 +89,8 @@ def test_refusals(nights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["history", "no such kernel", "--results", nights], "no row has"),
         (["history", "--device", "h200", "--results", nights], "0 devices match"),
         (["history", "--between", "a,b", "--results", nights], "--between is for --confirm"),
-        (["history", "--between", "a", "--confirm", "b.py", "--results", nights], "--between takes BASE,NEW"),
+        (["history", "--between", "a", "--confirm", __file__, "--results", nights], "--between takes BASE,NEW"),
+        (["history", "--confirm", "b.py", "--results", nights], "there is no b.py"),
     ):
         assert main(arguments) == 2
         assert why in capsys.readouterr().err.splitlines()[-1]
