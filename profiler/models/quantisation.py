@@ -37,7 +37,7 @@ def read_bits(name: str, settings: Settings) -> Checkpoint | None:
         settings = inner
     reader = METHODS.get(method.replace("_", "-"), _plain)
     try:
-        if reader is _plain and bits_of(settings) is None:
+        if reader is _plain and mean_bits_of(settings) is None:
             return None
         return reader(method, settings)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -130,7 +130,9 @@ def _compressed(method: str, settings: Settings) -> Checkpoint:
                 default, roles = scheme, roles | CLASSES[target]
             else:
                 rules.append(Rule(target, scheme))
-    kv = settings.get("kv_cache_scheme") or {}
+    kv, sparsity = settings.get("kv_cache_scheme") or {}, settings.get("sparsity_config") or {}
+    if (form := sparsity.get("format", "dense")) != "dense":
+        method += f"; its sparsity, {form}, is not priced: --what-if sparsify_2_4 halves what is read and computed"
     return Checkpoint(method, default, roles, (*kept_of(settings), *rules), bits_of(kv))
 
 

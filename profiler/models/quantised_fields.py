@@ -26,8 +26,10 @@ def group_of(settings: Settings, default: int, key: str = "group_size") -> int:
 
 
 def bits_of(settings: Settings) -> int | None:
-    """Return the whole bits of a weight; None where the settings do not say."""
+    """Return the whole bits of a weight; None where the settings do not say. Raises ValueError for a part of a bit."""
     bits = mean_bits_of(settings)
+    if bits is not None and bits != int(bits):
+        raise ValueError(f"bits is {bits}, not a whole number")
     return None if bits is None else int(bits)
 
 

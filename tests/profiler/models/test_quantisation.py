@@ -209,6 +209,7 @@ def test_settings_are_found_where_tools_write_them() -> None:
     [
         ({"quant_method": "awq", "bits": "four"}, "bits is 'four'"),
         ({"quant_method": "gptq", "bits": 4, "group_size": -7}, "group_size is -7"),
+        ({"quant_method": "gptq", "bits": 4.5}, "bits is 4.5, not a whole number"),
         ({"quant_method": "awq", "bits": 4, "modules_to_not_convert": 7}, "modules_to_not_convert is no list"),
         ({"quant_method": "compressed-tensors"}, "config_groups"),
         ({"quant_method": "modelopt", "quant_algo": "FP3"}, "quant_algo 'FP3' is unknown"),
@@ -223,6 +224,15 @@ def test_settings_that_cannot_be_read_are_one_line(settings: dict[str, Any], sai
         read_bits("a model", settings)
     assert said in str(caught.value) and "--bits-of-checkpoint no" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("form", "said"), [("sparse-24-bitmask", True), ("dense", False)])
+def test_sparse_weights_are_not_priced_in_silence(form: str, said: bool) -> None:
+    settings = {
+        "quant_method": "compressed-tensors", "config_groups": {"a": {"weights": INT4}},
+        "sparsity_config": {"format": form, "sparsity_structure": "2:4"},
+    }  # fmt: skip
+    assert (form in bits(settings).note) == said
 
 
 def test_an_unknown_method_without_bits_is_left_out() -> None:
